@@ -16,6 +16,7 @@ from device_agent.goodbye import saying_goodbye
 from device_agent.loaded import Loaded
 from device_agent.rejoining import Patience
 from device_agent.roaming import Roaming
+from device_agent.taught import load_teacher_front, taught_by
 from sfl.config import DeviceConfig, RunSettings
 from sfl.config.ranges import plans_to_fit
 from sfl.data import Dataset, Tokenizer, load_tokenizer, prepare
@@ -52,6 +53,7 @@ from sfl.stage.trainer import Trainer
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.device.line import Line, dial
 from sfl.transport.device.link import CameFrom, DeviceLink, Joined
+from sfl.transport.device.teaching import teaching_tensors
 from sfl.transport.security.signed import DeviceSignatures
 
 log = logging.getLogger("sfl.device")
@@ -197,7 +199,9 @@ class DeviceAgent:
         joined = replace(joined, settings=self.consent.agreed(joined.settings, joined.assignment))
         loaded = self._loaded = self._as_loaded(link, joined)
         trainer = self._trainer(loaded, link)
-        link.expect(trainer.stage.shapes_of, trainer.stage.front.model.hidden_size)
+        width, tokens = loaded.teacher_width, joined.taught_tokens
+        named = teaching_tensors(joined.settings, width, tokens)
+        link.expect(trainer.stage.shapes_of, trainer.stage.front.model.hidden_size, named)
         link.ready(loaded.dataset, loaded.cuts, self.config.memory)
         try:
             self._run_rounds(link, trainer)
@@ -257,6 +261,7 @@ class DeviceAgent:
             self.stats,
             self._rest,
             link.keep,
+            taught_by(loaded.joined.settings, loaded.joined.taught_tokens, loaded.teacher),
         )
 
     def _rest(self) -> None:
@@ -293,7 +298,8 @@ class DeviceAgent:
         stage = DeviceStage(name, own, folder, settings, form, thrift, self.config.cache_dir)
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
         cuts = self.consent.allowed(told_cuts(folder, settings, name, load, base, thrift))
-        return Loaded(joined, stage, dataset, tokenizer.pad_id, cuts)
+        teacher = load_teacher_front(self.config, settings, form)
+        return Loaded(joined, stage, dataset, tokenizer.pad_id, cuts, teacher)
 
     def _fitted(
         self, joined: Joined, folder: ModelFolder, load: Load, base: int, open_dtype: bool

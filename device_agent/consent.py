@@ -51,6 +51,7 @@ class Consent:
         round to come.
         """
         self._check_topology(settings)
+        self._check_teacher(settings)
         self.check(assignment)
         for codecs in self._codecs(settings):
             self._check_codecs(codecs)
@@ -109,6 +110,15 @@ class Consent:
                 list(rules.topologies),
                 f"the run's topology is {settings.run.topology}",
                 "Add it, or change run.topology of the run.",
+            )
+
+    def _check_teacher(self, settings: RunSettings) -> None:
+        if settings.distil.is_on and not self._rules.teacher:
+            raise _declined(
+                "teacher",
+                self._rules.teacher,
+                "the run has a teacher, and what a device sends for it reveals its texts",
+                "Set it to true, or leave distil.teacher out of the run.",
             )
 
     def _codecs(self, settings: RunSettings) -> Iterator[RoleCodecs]:

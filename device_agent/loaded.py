@@ -8,6 +8,7 @@ from sfl.config import CodecSettings, DataSettings, RunSettings
 from sfl.config.codec import CodecChange
 from sfl.data import Dataset
 from sfl.errors import ConfigError
+from sfl.models.span import SpanModel
 from sfl.plan import Plan
 from sfl.planners.told import Cut
 from sfl.stage.device import DeviceStage
@@ -25,6 +26,13 @@ class Loaded:
     pad_id: int
     cuts: tuple[Cut, ...] = ()
     """That it may have, with the memory that each would take."""
+    teacher: SpanModel | None = None
+    """The teacher's first blocks, where it holds them."""
+
+    @property
+    def teacher_width(self) -> int:
+        """Of the hidden states that they give; 0 without any."""
+        return 0 if self.teacher is None else self.teacher.hidden_size
 
     def fits(self, joined: Joined) -> bool:
         """Whether this is what an edge asks for that has taken the device in again."""

@@ -34,14 +34,17 @@ from sfl.rounds.values import (
     SumOrder,
     UpdateHeader,
 )
+from sfl.stage.distil.lessons import School
 from sfl.stage.training import TrainingSession
 from sfl.transport.bulk.files import FileEntry
 from sfl.transport.cloud.blame import blamed
 from sfl.transport.cloud.link import CloudLink, sum_messages
 from sfl.transport.cloud.words import DeviceIsReady, DeviceJoin, EdgeFailed
 from sfl.transport.device import checked
+from sfl.transport.device.lanes import Declared
 from sfl.transport.device.onward import as_allowed
 from sfl.transport.device.served import Admitted
+from sfl.transport.device.teaching import teaching_tensors
 from sfl.transport.device.training import Training
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import Buffer
@@ -110,8 +113,10 @@ class DeviceHost:
         run_id: str,
         run_key: str = "",
         following: NextStage | None = None,
+        school: School | None = None,
     ) -> None:
-        """`following` is the stage behind this edge, where plans have one."""
+        """`following` is the stage behind this edge, where plans have one; a `school` teaches."""
+        self._school = school
         self._following = following
         self._onward: dict[str, NextLink] = {}
         self.floor = floor
@@ -166,9 +171,22 @@ class DeviceHost:
             run_key=self._run_key,
             edge=self.stats.name,
             edges=admission.edges,
+            taught_tokens=self._taught_tokens,
         )
         serve = partial(Training, device, session, base.settings, self, behind=behind)
-        return Admitted(welcome, base.model.hidden_size, serve)
+        return Admitted(welcome, base.model.hidden_size, serve, self._named)
+
+    @property
+    def _taught_tokens(self) -> int:
+        return 0 if self._school is None else self._school.teacher.tokens
+
+    @property
+    def _named(self) -> tuple[Declared, ...]:
+        """What travels beside rows."""
+        if self._school is None:
+            return ()
+        width = self._school.teacher.model.hidden_size
+        return teaching_tensors(self.floor.base.settings, width, self._taught_tokens)
 
     async def _way_on(self, device: str, own: Assignment) -> NextLink | None:
         """A stream to the stage behind this edge, where the device's plan has one."""

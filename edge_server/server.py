@@ -30,6 +30,7 @@ from edge_server.host import DeviceHost
 from edge_server.joining import Joining
 from edge_server.onward import following
 from edge_server.residence import residence_of
+from edge_server.teaching import load_school
 from edge_server.training import new_session
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, RunFailed, SflError
@@ -43,6 +44,7 @@ from sfl.node.energy import EnergyMeter, no_gpus, nvidia_gpus
 from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
 from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
+from sfl.stage.distil.lessons import School
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
 from sfl.stage.snapshots import forget_old_runs, forget_run
@@ -89,6 +91,7 @@ class EdgeServer:
         gpus = any(device != "cpu" for device in config.devices)
         stats.meter = EnergyMeter(board_root(), nvidia_gpus() if gpus else no_gpus)
         stats.certificate_expiry = None if own is None else own.not_after
+        self._school: School | None = None
         self._residence = residence_of(config, stats)
         order = ORDERS[config.order]
         self.engine = Engine(
@@ -168,6 +171,8 @@ class EdgeServer:
         if self.beside is not None:
             await self.beside.close()
         self.engine.close()
+        if self._school is not None:
+            self._school.close()
         if self._residence is not None:
             self._residence.close()
         await self.cloud.close()
@@ -310,7 +315,9 @@ class EdgeServer:
             base = await self.engine.run(
                 load_base, self.config, welcome.settings, self.threads, self.stats
             )
-            host = self._host(base)
+            school = await self.engine.run(load_school, base, self.config, self.threads)
+            self._school = school
+            host = self._host(base, school)
             if self.beside is not None:
                 await self.beside.open(base)
             self.cloud.expect(base.global_limit)
@@ -330,13 +337,20 @@ class EdgeServer:
         else:
             self._opened.set_result(host)
 
-    def _host(self, base: Base) -> DeviceHost:
+    def _host(self, base: Base, school: School | None) -> DeviceHost:
         order = ORDERS[self.config.order]
         slots = DecodeSlots(base.choice.in_flight, order)
-        session = partial(new_session, base, self.stats, self._residence)
+        session = partial(new_session, base, self.stats, self._residence, school=school)
         floor = Floor(base, self.engine, slots, session, order)
         return DeviceHost(
-            floor, self.cloud, self.beats, self.stats, self.run_id, self.run_key, self._following
+            floor,
+            self.cloud,
+            self.beats,
+            self.stats,
+            self.run_id,
+            self.run_key,
+            self._following,
+            school,
         )
 
 

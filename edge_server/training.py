@@ -5,6 +5,7 @@ from __future__ import annotations
 from edge_server.base import Base
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import Assignment
+from sfl.stage.distil.lessons import School
 from sfl.stage.swapping import Residence
 from sfl.stage.training import SharedSession, Team, TrainingSession, session_of
 
@@ -16,6 +17,7 @@ def new_session(
     device: str,
     assignment: Assignment,
     team: Team | None = None,
+    school: School | None = None,
 ) -> TrainingSession:
     """One for the span that this server has of the device's plan. Raises ProtocolError.
 
@@ -36,4 +38,5 @@ def new_session(
         recompute=again,
         residence=residence,
         holder=holder,
+        school=school,
     )

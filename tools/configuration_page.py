@@ -17,6 +17,7 @@ from sfl.config.base import OneOf
 from sfl.config.codec import CodecChange, CodecSettings, ScheduledCodec
 from sfl.config.data import DataSettings
 from sfl.config.devices import DeviceEntry, LinkSettings
+from sfl.config.distil import DistilSettings
 from sfl.config.evaluation import EvaluationSettings
 from sfl.config.model import LoraSettings, ModelSettings
 from sfl.config.network import NetworkSettings
@@ -113,6 +114,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[run]", RunSection),
     ("[model]", ModelSettings),
     ("[lora]", LoraSettings),
+    ("[distil]", DistilSettings),
     ("[training]", TrainingSettings),
     ("[aggregation]", AggregationSettings),
     ("[codec]", CodecSettings),

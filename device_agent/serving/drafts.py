@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from sfl.config.serve import AnswerSettings
-from sfl.data.tokenizer import load_tokenizer
+from sfl.data.same_tokens import other_tokens
 from sfl.errors import ConfigError, ModelError
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.kv.size import cannot_keep
@@ -54,13 +54,3 @@ def small_model(source: str, folder: ModelFolder) -> ModelFolder:
     if problem is not None:
         raise ConfigError(FIELD, f"model:{source}", problem, "Choose a model of the same family.")
     return small
-
-
-def other_tokens(small: ModelFolder, folder: ModelFolder) -> str | None:
-    """Where a vocabulary is not that of the model that is served; None where it is."""
-    theirs = load_tokenizer(small.path).vocabulary
-    for token, number in load_tokenizer(folder.path).vocabulary.items():
-        if theirs.get(token) != number:
-            told = theirs.get(token, "none")
-            return f"it has other tokens: {token!r} is {number} in {folder.name}, and {told} there"
-    return None

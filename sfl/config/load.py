@@ -278,8 +278,9 @@ def _anchor_folders(table: dict[str, Any], folder: Path) -> None:
 
 
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
-    servers = (("edge", "model"), ("stage", "model"))
-    for section, key in (("model", "path"), ("data", "train"), ("data", "eval"), *servers):
+    models = (("model", "path"), ("edge", "model"), ("stage", "model"))
+    teachers = (("distil", "teacher"), ("edge", "teacher"))
+    for section, key in (*models, *teachers, ("data", "train"), ("data", "eval")):
         if isinstance(table.get(section), dict):
             _anchor(table[section], key, folder)
     for section in ("cloud", "edge", "stage"):
@@ -293,7 +294,7 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
 
 
 def _anchor_local(table: dict[str, Any], folder: Path) -> None:
-    for key in ("train", "eval", "model"):
+    for key in ("train", "eval", "model", "teacher"):
         _anchor(table, key, folder)
     _anchor_secrets(table, folder)
 

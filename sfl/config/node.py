@@ -135,6 +135,8 @@ class EdgeConfig(Section):
     """`host:port` of the cloud."""
     model: str | None = None
     """Model folder or hub name on this machine. Default: the run's `model.path`."""
+    teacher: str | None = None
+    """Folder or hub name of the teacher on this machine. Default: the run's `distil.teacher`."""
     threads: Threads = "auto"
     """Torch threads of the compute thread. `auto`: all cores. It changes bits, so it is
     recorded."""
@@ -236,6 +238,7 @@ NOT_OF_STAGES = {
     "snapshots": "a stage keeps its snapshots in cache_dir",
     "connect_timeout": "a stage waits for edges, without an end",
     "serve": "devices that serve dial an edge",
+    "teacher": "the teacher is on an edge",
 }
 """Keys of an edge that a stage does not read, and why."""
 
@@ -274,6 +277,8 @@ class LocalDevice(Section):
     model: str | None = None
     """Model folder on this device. Without it the edge sends the weights of this device's
     blocks."""
+    teacher: str | None = None
+    """Folder of the teacher on this device, where the run's `distil.input` is `blocks:N`."""
     cache_dir: Path = Path("~/.cache/sfl")
     """Where weights and the tokenizer received from an edge are kept, by content hash."""
     threads: Threads = "auto"
@@ -324,6 +329,8 @@ class ConsentSettings(Section):
     text."""
     topologies: tuple[Topology, ...] = get_args(Topology)
     """Topologies in which it takes part. With `["u_shaped"]` its labels never leave it."""
+    teacher: bool = False
+    """Whether it sends what a teacher reads (`[distil]`): that reveals its texts to the edge."""
     codecs: tuple[str, ...] = ()
     """Codecs that it uses, as a run writes them, e.g. `["compact", "fine"]`. An adapter may always
     be sent in full. Empty: every codec."""

@@ -14,6 +14,7 @@ from sfl.config.base import NodeName, PackageVersion, RunId, Section, given_twic
 from sfl.config.codec import CodecChange, CodecSettings, unread_roles
 from sfl.config.data import DataSettings
 from sfl.config.devices import DeviceEntry
+from sfl.config.distil import DistilSettings, distil_problem
 from sfl.config.evaluation import EvaluationSettings
 from sfl.config.folding import FOLDING_DTYPES, GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.config.model import LoraSettings, ModelSettings
@@ -87,6 +88,8 @@ class RunSections(Section):
     """The adapter."""
     training: TrainingSettings = TrainingSettings()
     """Optimisation."""
+    distil: DistilSettings = DistilSettings()
+    """A teacher on the edge."""
     aggregation: AggregationSettings = AggregationSettings()
     """Averaging."""
     codec: CodecSettings = CodecSettings()
@@ -234,5 +237,11 @@ class RunSections(Section):
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
         for problem in stages_problem(self):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_fits(self) -> Self:
+        for problem in distil_problem(self):
             raise ValueError(problem)
         return self

@@ -31,7 +31,16 @@ NodeKind = Literal["device", "edge", "stage", "cloud"]
 Direction = Literal["up", "down"]  # up is towards the cloud, whichever end counts
 Role = Literal["activation", "gradient", "adapter", "weights", "evaluation", "control"]
 Phase = Literal[
-    "collate", "forward", "encode", "send", "wait", "receive", "decode", "backward", "step"
+    "collate",
+    "forward",
+    "encode",
+    "send",
+    "wait",
+    "receive",
+    "decode",
+    "backward",
+    "step",
+    "teach",
 ]
 
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)

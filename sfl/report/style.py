@@ -5,7 +5,7 @@ _LIGHT = """
 --good:#16794c;--bad:#b3261e;--warn:#fff4dd;--warn-ink:#6a4700;
 --c1:#2667d9;--c2:#d06a00;--c3:#13855a;--c4:#8548c9;--c5:#c62f66;--c6:#0a86a3;--c7:#84740a;--c8:#6d5a48;
 --activation:#2e6fd8;--gradient:#e08214;--adapter:#8a55cc;--weights:#11939c;--evaluation:#5aa35f;--control:#8c97a5;
---collate:#9aa4b2;--forward:#5b9be6;--backward:#1f4fa8;--encode:#4db6a0;--decode:#127c68;--send:#e0a63c;--receive:#b9802a;--wait:#b9c3ce;--step:#9a62d3;
+--collate:#9aa4b2;--forward:#5b9be6;--backward:#1f4fa8;--encode:#4db6a0;--decode:#127c68;--send:#e0a63c;--receive:#b9802a;--wait:#b9c3ce;--step:#9a62d3;--teach:#c2477a;
 --fp32:#b9c2cd;--fp16:#93a0af;--sent:#2667d9;
 """
 _DARK = """
@@ -13,7 +13,7 @@ _DARK = """
 --good:#5fd39a;--bad:#ff8a80;--warn:#33291a;--warn-ink:#f3cf8a;
 --c1:#6ea6ff;--c2:#f5a04c;--c3:#4fc795;--c4:#bd95f5;--c5:#f57fa8;--c6:#4fc6de;--c7:#d3c04d;--c8:#c4ae97;
 --activation:#6ea6ff;--gradient:#f0a04a;--adapter:#b58cf0;--weights:#3fbfc7;--evaluation:#7cc481;--control:#7c899a;
---collate:#7c899a;--forward:#8fc0ff;--backward:#4a80e0;--encode:#6fd6bf;--decode:#2a9d86;--send:#f0bf63;--receive:#c99239;--wait:#55647a;--step:#bd95f5;
+--collate:#7c899a;--forward:#8fc0ff;--backward:#4a80e0;--encode:#6fd6bf;--decode:#2a9d86;--send:#f0bf63;--receive:#c99239;--wait:#55647a;--step:#bd95f5;--teach:#f57fa8;
 --fp32:#4a5768;--fp16:#66758a;--sent:#6ea6ff;
 """
 
@@ -23,6 +23,7 @@ _NAMED = "".join(
     for name in (
         "activation", "gradient", "adapter", "weights", "evaluation", "control",
         "collate", "forward", "backward", "encode", "send", "receive", "decode", "wait", "step",
+        "teach",
         "fp32", "fp16", "sent",
     )
 )  # fmt: skip

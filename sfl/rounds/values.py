@@ -335,6 +335,8 @@ class DeviceWelcome:
     """Who takes it in."""
     edges: Mapping[str, str] = field(default_factory=dict)
     """Those of the run that are there: addresses by name."""
+    taught_tokens: int = 0
+    """That a teacher's word to a device with the loss is about."""
 
     @property
     def recovery_key(self) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from sfl.data.batches import Batch
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.rounds.values import Score
+from sfl.stage.distil.lesson import Lesson
 from sfl.stage.lean import Lean
 from sfl.stage.messages import Key, Purpose
 from sfl.stage.reference import Reference
@@ -48,8 +49,21 @@ class Computation(Protocol):
         labels: Labels,
         normalizer: int | None,
         key: ForwardKey | None,
+        lesson: Lesson | None = None,
     ) -> Tensor:
-        """Head and loss: the mean over the batch's targets, or their sum over `normalizer`."""
+        """Head and loss: the mean over the batch's targets, or their sum over `normalizer`.
+
+        With a `lesson` it is what settings make of the targets and of what a teacher says.
+        """
+
+    def classes(
+        self,
+        model: SpanModel,
+        hidden: Tensor,
+        lengths: Sequence[int],
+        key: ForwardKey | None,
+    ) -> Tensor:
+        """A classifier's logits, [B, C]."""
 
     def score(
         self, model: SpanModel, hidden: Tensor, lengths: Sequence[int], labels: Labels

@@ -8,6 +8,7 @@ e.g. Liger Kernel, 2410.10989, section 3.2).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from sfl.data.batches import Batch
 from sfl.models.memory.footprint import piece_rows
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.rounds.values import Score
+from sfl.stage.distil.lesson import Lesson
+from sfl.stage.distil.scored import following
 from sfl.stage.layout import IGNORED, real_tokens
-from sfl.stage.loss import evaluation_score, training_loss
+from sfl.stage.loss import class_loss, evaluation_score
 
 
 class Lean:
@@ -49,17 +52,30 @@ class Lean:
         labels: npt.NDArray[np.int32],
         normalizer: int | None,
         key: ForwardKey | None,
+        lesson: Lesson | None = None,
     ) -> Tensor:
-        """Cross-entropy in float32, equal to the reference's to rounding."""
+        """In float32, equal to the reference's to rounding."""
         if model.task == "sequence_classification":
-            logits = _class_logits(model, hidden, lengths, key)
-            targets = torch.from_numpy(labels.astype(np.int64)).to(logits.device)
-            return training_loss(logits, targets, model.task, model.vocab_size, normalizer)
+            logits = self.classes(model, hidden, lengths, key)
+            return class_loss(logits, labels, normalizer, lesson)
         places, targets = _scored(lengths, labels)
         total = normalizer or max(1, len(targets))
-        targets = targets.to(hidden.device)
-        loss: Tensor = _PiecewiseLoss.apply(hidden[0][places], targets, model, total)  # type: ignore[no-untyped-call]
+        piece_loss = _PieceLoss(model, targets.to(hidden.device), lesson)
+        loss: Tensor = _PiecewiseLoss.apply(hidden[0][places], piece_loss, total)  # type: ignore[no-untyped-call]
         return loss
+
+    def classes(
+        self,
+        model: SpanModel,
+        hidden: Tensor,
+        lengths: Sequence[int],
+        key: ForwardKey | None,
+    ) -> Tensor:
+        """[B, C], from the one token of each sequence that the classifier reads."""
+        ends = np.cumsum(lengths)
+        places = ends - 1 if model.family.causal else ends - np.asarray(lengths)
+        read = hidden[0][torch.from_numpy(places)][:, None]
+        return model.head(read, torch.ones(len(lengths), dtype=torch.int64), key=key)
 
     def score(
         self,
@@ -71,28 +87,17 @@ class Lean:
         """As `evaluation_score`, piece by piece."""
         with torch.no_grad():
             if model.task == "sequence_classification":
-                logits = _class_logits(model, hidden, lengths, None)
+                logits = self.classes(model, hidden, lengths, None)
                 targets = torch.from_numpy(labels.astype(np.int64)).to(logits.device)
                 return evaluation_score(logits, targets, model.task)
             return _causal_score(model, hidden, lengths, labels)
 
 
-def _class_logits(
-    model: SpanModel, hidden: Tensor, lengths: Sequence[int], key: ForwardKey | None
-) -> Tensor:
-    """[B, C], from the one token of each sequence that the classifier reads."""
-    ends = np.cumsum(lengths)
-    places = ends - 1 if model.family.causal else ends - np.asarray(lengths)
-    read = hidden[0][torch.from_numpy(places)][:, None]
-    return model.head(read, torch.ones(len(lengths), dtype=torch.int64), key=key)
-
-
 def _scored(lengths: Sequence[int], labels: npt.NDArray[np.int32]) -> tuple[Tensor, Tensor]:
     """Which tokens predict a scored one, and what follows each: int64 [m] both."""
-    following = np.append(labels[1:], IGNORED)
-    following[np.cumsum(lengths) - 1] = IGNORED  # nothing follows a sequence's end
-    places = np.flatnonzero(following != IGNORED)
-    return torch.from_numpy(places), torch.from_numpy(following[places].astype(np.int64))
+    behind = following(lengths, labels)
+    places = np.flatnonzero(behind != IGNORED)
+    return torch.from_numpy(places), torch.from_numpy(behind[places].astype(np.int64))
 
 
 def _pieces(model: SpanModel, count: int) -> list[slice]:
@@ -100,20 +105,34 @@ def _pieces(model: SpanModel, count: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, count, size)]
 
 
+@dataclass(frozen=True, slots=True)
+class _PieceLoss:
+    """The loss of a piece of the scored rows, summed: by their targets, and by a lesson."""
+
+    model: SpanModel
+    targets: Tensor
+    lesson: Lesson | None
+
+    def __call__(self, rows: Tensor, piece: slice) -> Tensor:
+        logits = self.model.logits(rows).float()
+        loss = cross_entropy(logits, self.targets[piece], reduction="sum")
+        return loss if self.lesson is None else self.lesson.blend(loss, logits, piece)
+
+
 class _PiecewiseLoss(torch.autograd.Function):
-    """Sum of cross-entropies over `total`, whose gradient by the rows [m, H] is made on the way.
+    """Sum of pieces' losses over `total`, whose gradient by the rows [m, H] is made on the way.
 
     The head has nothing to train: a language model's LoRA is in its blocks.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, targets: Tensor, model: SpanModel, total: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, piece_loss: _PieceLoss, total: int) -> Tensor:
         loss = torch.zeros((), device=rows.device)
         gradient = torch.empty_like(rows) if rows.requires_grad else None
-        for piece in _pieces(model, len(rows)):
+        for piece in _pieces(piece_loss.model, len(rows)):
             with torch.set_grad_enabled(gradient is not None):
                 own = rows[piece].detach().requires_grad_(gradient is not None)
-                part = _piece_loss(model, own, targets[piece]) / total
+                part = piece_loss(own, piece) / total
             loss += part.detach()
             if gradient is not None:
                 (gradient[piece],) = torch.autograd.grad(part, own)
@@ -121,13 +140,9 @@ class _PiecewiseLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None]:
         gradient = ctx.gradient
-        return (None if gradient is None else gradient * outputs[0]), None, None, None
-
-
-def _piece_loss(model: SpanModel, rows: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(model.logits(rows).float(), targets, reduction="sum")
+        return (None if gradient is None else gradient * outputs[0]), None, None
 
 
 def _causal_score(

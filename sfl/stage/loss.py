@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfl.models.families.family import Task
 from sfl.rounds.values import Score
+from sfl.stage.distil.lesson import Lesson
 
 IGNORED = -100
 
@@ -30,6 +33,20 @@ def training_loss(
     if normalizer is None:
         return cross_entropy(logits, labels)
     return cross_entropy(logits, labels, reduction="sum") / normalizer
+
+
+def class_loss(
+    logits: Tensor,
+    labels: npt.NDArray[np.int32],
+    normalizer: int | None,
+    lesson: Lesson | None = None,
+) -> Tensor:
+    """Of logits [B, C] and labels [B]: cross-entropy, and what a teacher says; a scalar."""
+    targets = torch.from_numpy(labels.astype(np.int64)).to(logits.device)
+    loss = training_loss(logits, targets, "sequence_classification", logits.shape[-1], normalizer)
+    if lesson is None:
+        return loss
+    return lesson.weights.blend(loss, lesson.divergence(logits) / (normalizer or len(targets)))
 
 
 def evaluation_score(logits: Tensor, labels: Tensor, task: Task) -> Score:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -17,6 +17,10 @@ from sfl.stage.remembered import IN_MEMORY, GoOn
 
 ROWS = ""
 """The name of a message's rows among its tensors."""
+
+
+TEACHER = "teacher"
+"""The name of what travels beside rows for a teacher, or from one."""
 
 
 class Kind(IntEnum):
@@ -60,6 +64,8 @@ class TensorMessage:
     step, 0 where the micro-batch is the whole step. `loss` comes back with a vanilla gradient.
     `context` is what a codec may know rows by; it stays on the device. `arrived` is when it was
     there, whole, in seconds of the receiver's clock; an edge's answer has that of what it answers.
+    `ids` [num_tokens] int32 are for a teacher, and `sequence_keys` tell it which sequences have
+    come as hidden states. `taught` is what it has said; that stays on the edge.
     """
 
     kind: Kind
@@ -74,6 +80,13 @@ class TensorMessage:
     context: RowContext | None = None
     arrived: float | None = None
     named: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    ids: np.ndarray | None = None
+    sequence_keys: tuple[bytes, ...] = ()
+    taught: torch.Tensor | None = None
+
+    def untaught(self) -> TensorMessage:
+        """The same without what is for a teacher: the answer to it has nothing of that."""
+        return replace(self, named={}, ids=None, sequence_keys=(), taught=None)
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:
@@ -86,6 +99,11 @@ def begins_step(message: TensorMessage) -> bool:
     key = message.key
     trains = key.purpose is Purpose.TRAINING and message.kind is Kind.ACTIVATION
     return trains and key.round > 0 and key.micro_batch == 0
+
+
+def asks_teacher(message: TensorMessage) -> bool:
+    """Whether it brings something for a teacher."""
+    return message.ids is not None or TEACHER in message.named
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from sfl.models.span import ForwardKey, SpanModel
 from sfl.rounds.values import NO_SCORE
 from sfl.stage.computation import COMPUTATIONS, forward_key
 from sfl.stage.device import DeviceStage
+from sfl.stage.distil.taught import UNTAUGHT, Taught
 from sfl.stage.layout import pack_labels
 from sfl.stage.link import Link
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
@@ -52,8 +53,6 @@ def _check_answer(message: TensorMessage, flight: Flight) -> None:
         raise ProtocolError(
             f"a {message.kind.name.lower()} came as an answer in {purpose.name.lower()}"
         )
-    if message.named:
-        raise ProtocolError("an answer came with tensors beside its rows")
     due = (sum(flight.lengths), flight.output.shape[-1])
     if message.rows is not None and tuple(message.rows.shape) != due:
         raise ProtocolError(
@@ -83,13 +82,16 @@ class Pipeline:
         link: Link,
         stats: NodeStats,
         window: Window,
+        taught: Taught = UNTAUGHT,
     ) -> None:
+        """`taught` is what this device asks a teacher, and hears of it."""
         self.loss = 0.0
         self.score = NO_SCORE
         self.window = window
         self._device = device
         self._stage = stage
         self._seed = settings.run.seed
+        self._taught = taught
         self._computation = COMPUTATIONS[settings.computation]
         self._link = link
         self._stats = stats
@@ -134,6 +136,7 @@ class Pipeline:
             lengths = tuple(batch.lengths.tolist())
             labels = pack_labels(batch.labels, lengths) if self._stage.tail is None else None
             context = row_context(micro)
+            beside = self._taught.asks(micro)
         with self._stats.phases.measure("forward", micro.key, self._device):
             output = self._through_front(micro, sum(lengths))
             rows = self._computation.rows(output.detach(), lengths)
@@ -149,6 +152,9 @@ class Pipeline:
                     labels=labels,
                     normalizer=micro.normalizer,
                     context=context,
+                    ids=beside.ids,
+                    sequence_keys=beside.keys,
+                    named=beside.named,
                 )
             )
 
@@ -205,6 +211,8 @@ class Pipeline:
     def _train_tail(self, message: TensorMessage, flight: Flight) -> None:
         micro, tokens = flight.micro, sum(flight.lengths)
         phases, device = self._stats.phases, self._device
+        labels = pack_labels(micro.batch.labels, flight.lengths)
+        lesson = self._taught.lesson(message, labels)
         with phases.measure("forward", micro.key, device):
             boundary = self._boundary(message, flight).requires_grad_()
             output = self._through_tail(boundary, flight)
@@ -213,9 +221,10 @@ class Pipeline:
                     self._tail,
                     output,
                     flight.lengths,
-                    pack_labels(micro.batch.labels, flight.lengths),
+                    labels,
                     micro.normalizer or None,
                     self._forward_key(micro.key),
+                    lesson,
                 )
         with end_backward(phases, [(micro.key, device, tokens)], self._tail_blocks, output):
             loss.backward()  # type: ignore[no-untyped-call]

@@ -12,8 +12,9 @@ from torch import Tensor
 from sfl.data.batches import Batch
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.rounds.values import Score
-from sfl.stage.layout import pack_rows, unpack_labels, unpack_rows
-from sfl.stage.loss import evaluation_score, training_loss
+from sfl.stage.distil.lesson import Lesson
+from sfl.stage.layout import IGNORED, pack_rows, unpack_labels, unpack_rows
+from sfl.stage.loss import class_loss, evaluation_score, training_loss
 
 
 class Reference:
@@ -41,11 +42,31 @@ class Reference:
         labels: npt.NDArray[np.int32],
         normalizer: int | None,
         key: ForwardKey | None,
+        lesson: Lesson | None = None,
     ) -> Tensor:
         """As transformers takes it, to the last bit."""
         logits = model.head(hidden, torch.tensor(lengths), key=key)
-        targets = unpack_labels(labels, lengths, model.task == "causal_lm").to(logits.device)
-        return training_loss(logits, targets, model.task, model.vocab_size, normalizer)
+        if model.task == "sequence_classification":
+            return class_loss(logits, labels, normalizer, lesson)
+        targets = unpack_labels(labels, lengths, per_token=True).to(logits.device)
+        loss = training_loss(logits, targets, model.task, model.vocab_size, normalizer)
+        if lesson is None:
+            return loss
+        scored = torch.zeros_like(targets, dtype=torch.bool)
+        scored[:, :-1] = targets[:, 1:] != IGNORED
+        total = normalizer or max(1, int(scored.sum()))
+        apart = lesson.padded_divergence(logits, scored, torch.tensor(lengths))
+        return lesson.weights.blend(loss, apart / total)
+
+    def classes(
+        self,
+        model: SpanModel,
+        hidden: Tensor,
+        lengths: Sequence[int],
+        key: ForwardKey | None,
+    ) -> Tensor:
+        """[B, C]."""
+        return model.head(hidden, torch.tensor(lengths), key=key)
 
     def score(
         self,

@@ -24,6 +24,7 @@ from sfl.metrics.timeline import watched_step
 from sfl.plan import given_by
 from sfl.rounds.values import NO_SCORE, Assignment, Point, Score
 from sfl.stage.device import DeviceStage
+from sfl.stage.distil.taught import UNTAUGHT, Taught
 from sfl.stage.link import Link
 from sfl.stage.messages import (
     BaseUpdate,
@@ -73,6 +74,7 @@ class Trainer:
         stats: NodeStats,
         rest: Callable[[], None] = lambda: None,
         keep: Callable[[Within], None] = nobody,
+        taught: Taught = UNTAUGHT,
     ) -> None:
         self.device = device
         self.stage = stage
@@ -83,7 +85,7 @@ class Trainer:
         self.rest = rest
         self.keep = keep
         window = Window(self._granted(stage.assignment))
-        self.pipeline = Pipeline(device, stage, settings, link, stats, window)
+        self.pipeline = Pipeline(device, stage, settings, link, stats, window, taught)
         self.batches = MicroBatches(device, dataset, pad_id, settings, stats, stage.micro_batches)
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
         self.optimizer.forget()  # what a trainer left whose link broke within a step

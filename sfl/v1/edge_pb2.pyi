@@ -235,7 +235,7 @@ class Elsewhere(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key", "points", "edge", "edges", "credits")
+    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key", "points", "edge", "edges", "credits", "taught_tokens")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +245,7 @@ class Welcome(_message.Message):
     EDGE_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
+    TAUGHT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
     assignment: Assignment
@@ -254,7 +255,8 @@ class Welcome(_message.Message):
     edge: str
     edges: _containers.RepeatedCompositeFieldContainer[EdgeAt]
     credits: int
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., edge: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ..., credits: _Optional[int] = ...) -> None: ...
+    taught_tokens: int
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., edge: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ..., credits: _Optional[int] = ..., taught_tokens: _Optional[int] = ...) -> None: ...
 
 class HeldSpan(_message.Message):
     __slots__ = ("first", "last", "embedding", "head", "holder")

@@ -54,7 +54,7 @@ class NamedTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
-    __slots__ = ("kind", "purpose", "round", "step", "micro_batch", "num_micro_batches", "lengths", "labels", "normalizer", "codec", "dtype", "shape", "num_bytes", "loss", "score", "named", "arrived_us", "held_us")
+    __slots__ = ("kind", "purpose", "round", "step", "micro_batch", "num_micro_batches", "lengths", "labels", "normalizer", "codec", "dtype", "shape", "num_bytes", "loss", "score", "named", "arrived_us", "held_us", "ids", "sequence_keys")
     KIND_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,8 @@ class TensorHeader(_message.Message):
     NAMED_FIELD_NUMBER: _ClassVar[int]
     ARRIVED_US_FIELD_NUMBER: _ClassVar[int]
     HELD_US_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_KEYS_FIELD_NUMBER: _ClassVar[int]
     kind: TensorKind
     purpose: Purpose
     round: int
@@ -91,7 +93,9 @@ class TensorHeader(_message.Message):
     named: _containers.RepeatedCompositeFieldContainer[NamedTensor]
     arrived_us: int
     held_us: int
-    def __init__(self, kind: _Optional[_Union[TensorKind, str]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., num_micro_batches: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., labels: _Optional[bytes] = ..., normalizer: _Optional[int] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., named: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., arrived_us: _Optional[int] = ..., held_us: _Optional[int] = ...) -> None: ...
+    ids: bytes
+    sequence_keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, kind: _Optional[_Union[TensorKind, str]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., num_micro_batches: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., labels: _Optional[bytes] = ..., normalizer: _Optional[int] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., named: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., arrived_us: _Optional[int] = ..., held_us: _Optional[int] = ..., ids: _Optional[bytes] = ..., sequence_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class TensorFrame(_message.Message):
     __slots__ = ("header", "data", "last", "kind")

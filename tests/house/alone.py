@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,10 +22,12 @@ from transformers.optimization import get_scheduler
 from sfl.adapters.lora import LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
-from sfl.data.batches import Sampler, collate
+from sfl.data.batches import Batch, Sampler, collate
 from sfl.data.example import DataNotes, Dataset, Example
 from sfl.metrics.stats import NodeStats
-from sfl.models.span import build_span
+from sfl.models.span import SpanModel, build_span
+from sfl.models.teacher import teacher_span
+from sfl.plan import Span
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import (
     BEGINNING,
@@ -38,7 +42,14 @@ from sfl.rounds.values import (
     Steps,
     UpdateHeader,
 )
+from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
+from sfl.stage.distil.cache import RowCache
+from sfl.stage.distil.kept_rows import Keeping
+from sfl.stage.distil.lesson import Weights
+from sfl.stage.distil.lessons import School
+from sfl.stage.distil.taught import UNTAUGHT, ByTeacher, Taught
+from sfl.stage.distil.teacher import Teacher
 from sfl.stage.engine import Engine
 from sfl.stage.layout import real_tokens
 from sfl.stage.link import Link
@@ -50,19 +61,22 @@ from sfl.stage.training import TrainingSession, session_of
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import DeviceEnd, EdgeEnd
 from sfl.transport.device.inproc import InProcessTraining
+from sfl.transport.device.lanes import Declared
 from sfl.transport.device.served import Admitted
 from sfl.transport.device.service import EdgeService
+from sfl.transport.device.teaching import teaching_tensors
 from sfl.transport.device.training import Training
 from sfl.transport.frames.chunks import decode_adapter
 from sfl.transport.frames.contract import adapter_limit
 from sfl.transport.security.credentials import new_server
 from tests.house.links import joined
 from tests.house.splits import LORA
-from tests.house.tiny_models import PAD, busy_values, manifest_of, opened, peft_model
+from tests.house.tiny_models import PAD, VOCAB, busy_values, manifest_of, opened, peft_model
 
 NAME, STEPS, ROUNDS = "kitchen", 3, 3
 PATIENCE = 60.0
 
+TEACHER = json.dumps({"hidden_size": 48, "num_hidden_layers": 5, "intermediate_size": 80})
 Values = Mapping[str, np.ndarray]
 NONE_KEPT: Mapping[str, Snapshots] = MappingProxyType({})
 
@@ -76,9 +90,12 @@ class Alone:
         codec: Mapping[str, str],
         strategy: str = "fedavg",
         snapshot_steps: int = 0,
+        distil: Mapping[str, Any] = MappingProxyType({}),
         **training: Any,
     ) -> None:
+        """With `distil` a larger model of the same kind teaches."""
         self.folder = opened("llama")
+        self.teacher_folder = opened("llama", TEACHER)
         self.settings = RunSettings.model_validate(
             {
                 "run": {"topology": topology},
@@ -87,10 +104,13 @@ class Alone:
                 "codec": codec,
                 "aggregation": {"strategy": strategy},
                 "recovery": {"snapshot_steps": snapshot_steps},
+                "distil": {"teacher": "t", **distil} if distil else {},
                 "training": {"batch_size": 4, "learning_rate": 1e-2, **training},
                 "devices": [{"name": NAME, "cut_layer": 1, "tail_layers": topology != "vanilla"}],
             }
         )
+        self.cache: Path | None = None
+        """Where what the teacher has said is kept."""
         self.plan = self.settings.plan(NAME, self.folder.num_layers)
         self.manifest = manifest_of(self.folder, "causal_lm", LORA)
         self.first = busy_values(self.manifest)
@@ -116,13 +136,55 @@ class Alone:
             self.folder, middle, task="causal_lm", num_labels=2, dtype=dtype, packed=packed
         )
         bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
-        kind = session_of(self.plan.middle)
-        return kind(NAME, self.start(0), model, bank, self.settings, NodeStats("edge", "edge"))
+        kind, stats = session_of(self.plan.middle), NodeStats("edge", "edge")
+        return kind(NAME, self.start(0), model, bank, self.settings, stats, school=self.school)
+
+    def _teacher(self, span: Span) -> SpanModel:
+        packed = self.settings.computation == "lean"
+        return build_span(
+            self.teacher_folder,
+            span,
+            task="causal_lm",
+            num_labels=2,
+            dtype=torch.float32,
+            packed=packed,
+        )
+
+    @cached_property
+    def school(self) -> School | None:
+        """What teaches at the edge, if anything does."""
+        own = self.settings.distil
+        if not own.is_on:
+            return None
+        model = self._teacher(teacher_span(self.settings, self.teacher_folder))
+        teacher = Teacher(model, COMPUTATIONS[self.settings.computation], VOCAB)
+        keeping = Keeping(self.teacher_folder.hidden_size, exact=False)
+        cache = None if self.cache is None else RowCache(self.cache, own.cache or 1 << 30)
+        return School(teacher, Weights.of(own), keeping, own.likeliest, cache)
+
+    @property
+    def _taught(self) -> Taught:
+        """The device's part of it."""
+        own = self.settings.distil
+        if not own.is_on:
+            return UNTAUGHT
+        front = None
+        if own.blocks is not None:
+            front = self._teacher(Span(0, own.blocks, embedding=True, head=False))
+        computation = COMPUTATIONS[self.settings.computation]
+        return ByTeacher(Weights.of(own), computation, VOCAB, front)
+
+    @property
+    def named(self) -> tuple[Declared, ...]:
+        """What travels beside rows."""
+        return teaching_tensors(self.settings, self.teacher_folder.hidden_size, VOCAB)
 
     def trainer(self, link: Link, stage: DeviceStage) -> Trainer:
         stats = NodeStats(NAME, "device")
         keep = partial(_keep, link.device) if isinstance(link, InProcessTraining) else nobody
-        return Trainer(NAME, stage, self.data, PAD, self.settings, link, stats, keep=keep)
+        return Trainer(
+            NAME, stage, self.data, PAD, self.settings, link, stats, keep=keep, taught=self._taught
+        )
 
     def stage(self) -> DeviceStage:
         return DeviceStage(NAME, self.start(0), self.folder, self.settings)
@@ -141,10 +203,10 @@ class Alone:
         phases, theirs = NodeStats(NAME, "device").phases, session.stats.phases
         own, ours = stage.assignment, snapshots.get("device")
         device = DeviceEnd(NAME, own, self.settings, phases, True, None, ours)
-        device.expect(stage.shapes_of, hidden)
+        device.expect(stage.shapes_of, hidden, self.named)
         ours = snapshots.get("edge")
         edge = EdgeEnd(NAME, own, self.settings, theirs, True, None, ours)
-        edge.allow(hidden, 1 << 24)
+        edge.allow(hidden, 1 << 24, self.named)
         return InProcessTraining(device, edge, session)
 
     def over_ends(self) -> dict[str, np.ndarray]:
@@ -165,7 +227,7 @@ class Alone:
             link = joined(address, NAME, PATIENCE)
             try:
                 stage = self.stage()
-                link.expect(stage.shapes_of, edge.session.model.hidden_size)
+                link.expect(stage.shapes_of, edge.session.model.hidden_size, self.named)
                 trainer = self.trainer(link, stage)
                 link.ready(self.data)
                 edge.is_ready.wait(PATIENCE)
@@ -189,15 +251,20 @@ class Alone:
         for step in range(ROUNDS * STEPS):
             batch = collate([self.data.train[i] for i in sampler.indices(step)], PAD)
             mask = real_tokens(batch.lengths, batch.input_ids.shape[1]).long()
-            model(
-                input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels
-            ).loss.backward()
+            self.unsplit_loss(model, batch, mask).backward()
             if options.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
         return {name: value.numpy() for name, value in get_peft_model_state_dict(model).items()}
+
+    def unsplit_loss(self, model: Any, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
+        """As PEFT has it."""
+        loss: torch.Tensor = model(
+            input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels
+        ).loss
+        return loss
 
 
 class OneEdge:
@@ -266,7 +333,7 @@ class OneEdge:
         settings = self.run.settings
         welcome = DeviceWelcome(settings, "alone", self.run.start(0))
         serve = partial(Training, device, self.session, settings, self)
-        return Admitted(welcome, self.session.model.hidden_size, serve)
+        return Admitted(welcome, self.session.model.hidden_size, serve, self.run.named)
 
     def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
         self.is_ready.set()

@@ -38,7 +38,7 @@ def sample_snapshot(
     spread = 1 + 0.1 * (sum(name.encode()) % 5)
     stats = NodeStats(name, kind, started_at=started_at)
     seconds: dict[Phase, float] = dict(
-        zip(PHASES, (0.2, 9, 1.2, 0.4, 5, 0.3, 0.9, 14, 2), strict=True)
+        zip(PHASES, (0.2, 9, 1.2, 0.4, 5, 0.3, 0.9, 14, 2, 0.5), strict=True)
     )
     if kind != "cloud":
         for phase, duration in seconds.items():

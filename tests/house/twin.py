@@ -389,7 +389,11 @@ class Twin:
             "model": entry.model or None,
             "shared_train": self.config.data.train,
             "shared_eval": self.config.data.eval,
-            "consent": {"min_cut_layer": min(1, entry.least_cut)},
+            "teacher": entry.teacher or self.config.distil.teacher or None,
+            "consent": {
+                "min_cut_layer": min(1, entry.least_cut),
+                "teacher": self.config.distil.is_on,
+            },
         }
         own["cache_dir"] = self.cache
         local = entry.model_dump(include={"name", *LocalDevice.model_fields})

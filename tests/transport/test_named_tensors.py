@@ -135,6 +135,7 @@ class Echo:
     plan = SimpleNamespace(num_layers=LAYERS)
     step = 0
     served_seconds = 0.0
+    lessons = None
 
     def __init__(self, hidden: int) -> None:
         self.model = SimpleNamespace(hidden_size=hidden)

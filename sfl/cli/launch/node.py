@@ -208,7 +208,11 @@ def device_node(folder: Path, config: RunConfig, name: str, edges: Mapping[str, 
         "model": entry.model or None,
         "shared_train": config.data.train,
         "shared_eval": config.data.eval,
-        "consent": {"min_cut_layer": min(1, entry.least_cut)},
+        "teacher": entry.teacher or config.distil.teacher or None,
+        "consent": {
+            "min_cut_layer": min(1, entry.least_cut),
+            "teacher": config.distil.is_on,
+        },
     }
     device = DeviceConfig.model_validate({**local, **own})
     node = _node("device", name, folder, _write(folder, "device", device), config)

@@ -13,6 +13,7 @@ from sfl.config.node import EdgeConfig
 from sfl.config.planner import OFF
 from sfl.config.ranges import check_ranges, plans_to_fit
 from sfl.data.examine import examine
+from sfl.data.same_tokens import other_tokens
 from sfl.data.sources import sources
 from sfl.errors import ConfigError, ModelError
 from sfl.models.classes import check_class_order
@@ -23,6 +24,8 @@ from sfl.models.layers import check_rank, check_target_names
 from sfl.models.memory.batching import check_batching
 from sfl.models.memory.beside import check_beside
 from sfl.models.memory.device_budget import device_load, fit_plan
+from sfl.models.teacher import FIELD as TEACHER
+from sfl.models.teacher import teacher_folder, teacher_span
 from sfl.models.vocabulary import check_tokenizer
 from sfl.node.certificates.own import load_own
 from sfl.node.extras import require_bitsandbytes
@@ -42,11 +45,29 @@ def check_before_start(config: RunConfig, folder: ModelFolder, say: Say) -> None
     """All of it; `say` hears what takes a while. Raises ConfigError, ModelError, DataError."""
     check_settings(config, folder)
     _check_own_models(config)
+    check_teacher(config, folder)
     check_budgets(config, folder)
     _check_hub_data(config)
     if _data_bytes(config) > LARGE:
         say("checking the data")
     examine(config.settings, folder.path)
+
+
+def check_teacher(config: RunConfig, folder: ModelFolder) -> None:
+    """The run's teacher is there, fits, and has the model's tokens. Raises ConfigError, ModelError.
+
+    One that is still to be fetched is looked at by the edge.
+    """
+    own = config.distil
+    where = config.edge.teacher or own.teacher
+    if not own.is_on or local_folder(where) is None:
+        return
+    require_bitsandbytes("distil.quantised", own.quantised)
+    teacher = teacher_folder(config.settings, config.edge)
+    teacher_span(config.settings, teacher)
+    problem = other_tokens(teacher, folder)
+    if problem is not None:
+        raise ConfigError(TEACHER, where, problem, "Choose a larger model of the same family.")
 
 
 def _data_bytes(config: RunConfig) -> int:

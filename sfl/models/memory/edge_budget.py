@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from sfl.codec.stages import is_exact
@@ -13,7 +13,8 @@ from sfl.config.ranges import largest_span
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.beside import beside_training
-from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load
+from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load, Teaching
+from sfl.models.teacher import teacher_folder, teacher_span
 from sfl.plan import Holder
 
 SUM_COPIES = 5
@@ -192,7 +193,18 @@ def _forecast(
         shared=_versions(settings, holder),
         sums=SUM_COPIES if settings.sums_at_edges and holder == "edge" else 0,
         serving=_serving(folder, own, devices),
+        teacher=_teaching(settings, own, devices[0].load) if holder == "edge" else None,
     )
+
+
+def _teaching(settings: RunSettings, own: EdgeConfig, load: Load) -> Teaching | None:
+    """A teacher's needs, where the run has one. Raises ModelError, ConfigError."""
+    if not settings.distil.is_on:
+        return None
+    folder = teacher_folder(settings, own)
+    lean = settings.computation == "lean"
+    load = replace(load, quantised=settings.distil.quantised, lean=lean)
+    return Teaching(folder, teacher_span(settings, folder), load)
 
 
 def _serving(folder: ModelFolder, own: EdgeConfig, devices: Sequence[EdgeDevice]) -> int:

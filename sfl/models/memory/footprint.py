@@ -284,13 +284,16 @@ class EdgeForecast:
         shared: int = 0,
         sums: int = 0,
         serving: int = 0,
+        teacher: Teaching | None = None,
     ) -> None:
         """One adapter for all is held in so many `shared` versions, with a gradient of each device.
 
         So are `sums` of a whole one. Who waits for others holds what has arrived of them. `serving`
-        are bytes of conversations.
+        are bytes of conversations. A `teacher` reads what a device sends before the device's own
+        blocks do.
         """
         self._serving = serving
+        self._teacher = teacher
         self._devices = tuple(devices)
         self._together = together
         layout = folder.family.layout(folder.config, self._devices[0].load.task)
@@ -340,10 +343,10 @@ class EdgeForecast:
         widest = min(together, max(self._alike.values()))
         return Footprint(
             base=EDGE_BASE_BYTES + WARM_UP_BYTES + (QUANTISER_BYTES if self._quantised else 0),
-            weights=self._weights,
+            weights=self._weights + (0 if self._teacher is None else self._teacher.weights),
             adapter=self._adapter,
             optimizer=self._optimizer,
-            activations=max(jobs) + waiting,
+            activations=max(max(jobs) + waiting, self._taught(widest) + waiting),
             messages=(decoded + ROW_COPIES * widest) * self._rows
             + (arrived - decoded) * self._coded_rows
             + ADAPTER_COPIES * self._adapter_message
@@ -351,11 +354,28 @@ class EdgeForecast:
             serving=self._serving,
         )
 
+    def _taught(self, together: int) -> int:
+        """A teacher's forward over what so many devices sent."""
+        return 0 if self._teacher is None else self._teacher.activations(together)
+
     def _graph(self, device: EdgeDevice, again: bool, together: int) -> int:
         key = (device, again, together)
         if key not in self._graphs:
             self._graphs[key] = self._parts[device].edge_bytes(again, together)
         return self._graphs[key]
+
+
+class Teaching:
+    """A teacher on an edge: frozen, its forward alone is computed."""
+
+    def __init__(self, folder: ModelFolder, span: Span, load: Load) -> None:
+        layout = folder.family.layout(folder.config, load.task)
+        self._part = _Part(folder, layout, checkpoint_tensors(folder, layout), span, load)
+        self.weights = _held_bytes([self._part], load)
+
+    def activations(self, together: int) -> int:
+        """Over what so many devices sent; with the hidden states that come of it."""
+        return self._part.forward_bytes(together)
 
 
 class _Part:
@@ -414,6 +434,13 @@ class _Part:
         working = wide + self._restored_bytes() + self._logit_bytes()
         working += self._copied_bytes(recompute, returned=False)
         return int(HEAP_FACTOR * held) + working
+
+    def forward_bytes(self, together: int) -> int:
+        """Of a forward without a backward, for a job of so many devices."""
+        load, tokens = self.load, together * self.load.tokens
+        wide = EDGE_WIDE_TRANSIENTS * tokens * self._mlp_width() * load.item_bytes
+        rows = ROW_COPIES * 4 * tokens * self.folder.hidden_size
+        return wide + rows + self._restored_bytes() + self._logit_bytes()
 
     def _restored_bytes(self) -> int:
         """Quantised weights as they count: one layer's at a time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from sfl.errors import ProtocolError, SflError
 from sfl.metrics.costs import Work
 from sfl.plan import Span, Toward
-from sfl.stage.messages import Kind, Outgoing, Purpose, TensorMessage
+from sfl.stage.messages import TEACHER, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.session import Group, Request, Session
 from sfl.stage.timed import count, forward_together, tokens_of
 from sfl.stage.training.batched import Item, alike, run_sound, shared, through
@@ -32,11 +32,19 @@ class MiddleSession(TrainingSession):
         }
 
     def _launch(self, message: TensorMessage) -> list[Outgoing]:
-        again = self.blocks.recompute
+        again, beside = self.blocks.recompute, self.beside(message)
+        message = message.untaught()
         boundary, output = self.blocks.forward(message, graph=not again)
         # Dropout is keyed and the adapter waits for the step: again gives the same bits.
         self._flights[message.key] = Flight(message, None if again else (boundary, output))
-        return [self._onward(message, output)]
+        return [self._onward(replace(message, named=beside), output)]
+
+    def beside(self, message: TensorMessage) -> Mapping[str, torch.Tensor]:
+        """What a teacher says of a message, for whoever has the loss. Raises ProtocolError."""
+        said = self.said(message)
+        if self.lessons is None or said is None:
+            return {}
+        return {TEACHER: self.lessons.school.told(said)}
 
     def _pass_through(self, message: TensorMessage) -> list[Outgoing]:
         _, output = self.blocks.forward(message)
@@ -107,8 +115,12 @@ class MiddleGroup:
     def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Outgoing] | SflError]:
         """Forward, or backward, as one batch."""
         if self.kind is Kind.ACTIVATION:
-            return run_sound(tasks, lambda session, message: None, _launch_together)
+            return run_sound(tasks, _beside, _launch_together)
         return run_sound(tasks, _flight, _land_together)
+
+
+def _beside(session: TrainingSession, message: TensorMessage) -> Mapping[str, torch.Tensor]:
+    return _middle(session).beside(message)
 
 
 def _flight(session: TrainingSession, message: TensorMessage) -> Flight:
@@ -120,7 +132,7 @@ def _middle(session: TrainingSession) -> MiddleSession:
     return session
 
 
-def _launch_together(items: Sequence[Item[None]]) -> list[list[Outgoing]]:
+def _launch_together(items: Sequence[Item[Mapping[str, torch.Tensor]]]) -> list[list[Outgoing]]:
     phases, tasks = items[0].session.stats.phases, [item.task for item in items]
     work = Work(tokens_of(tasks), items[0].session.blocks.span.num_blocks)
     rows = [item.leaf(item.message) for item in items]
@@ -134,9 +146,9 @@ def _launch_together(items: Sequence[Item[None]]) -> list[list[Outgoing]]:
         wait_for(output)
     outputs = torch.split(output[0], [item.count for item in items])
     for item in items:
-        _middle(item.session).launched(item.message)
+        _middle(item.session).launched(item.message.untaught())
     return [
-        [Outgoing(Toward.LOSS, replace(item.message, rows=own))]
+        [Outgoing(Toward.LOSS, replace(item.message.untaught(), rows=own, named=item.beside))]
         for item, own in zip(items, outputs, strict=True)
     ]
 

@@ -21,7 +21,8 @@ from sfl.models.span import SpanModel
 from sfl.plan import Holder, Plan, Span, Toward, given_by
 from sfl.rounds.values import Assignment
 from sfl.stage.computation import COMPUTATIONS
-from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
+from sfl.stage.distil.lessons import Lessons, School
+from sfl.stage.messages import TEACHER, GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.optimizer import NO_MOMENTS, Optimizer
 from sfl.stage.remembered import IN_MEMORY, GoOn, Within
 from sfl.stage.session import Group, Request
@@ -63,8 +64,9 @@ class TrainingSession(ABC):
         recompute: bool = False,
         residence: Residence | None = None,
         holder: Holder = "edge",
+        school: School | None = None,
     ) -> None:
-        """`holder` is the stage server that this is on."""
+        """`holder` is the stage server that this is on, `school` what teaches its devices there."""
         self.device = device
         self.holder = holder
         self.assignment = assignment
@@ -87,6 +89,8 @@ class TrainingSession(ABC):
             wants_gradient=self.span.first > 0,
         )
         self.stepper = self._stepper()
+        self.lessons = None if school is None else Lessons(device, school, stats, self.check)
+        """What a teacher says of its messages, where there is one."""
         self.is_open = False
         """Whether a round has begun."""
         self.served_seconds = 0.0
@@ -267,7 +271,7 @@ class TrainingSession(ABC):
         own, key = self.assignment, message.key
         if not self.is_open or key.round != own.round:
             raise ProtocolError(f"round {key.round} is not open")
-        if message.named:
+        if message.named and (self.lessons is None or message.named.keys() != {TEACHER}):
             raise ProtocolError("a session that trains takes no tensors beside the rows")
         if (key.purpose, message.kind) not in self._handlers():
             raise ProtocolError(
@@ -279,6 +283,14 @@ class TrainingSession(ABC):
         endless = bool(own.rehearse)
         if key.purpose is Purpose.TRAINING and self.step >= own.steps.count and not endless:
             raise ProtocolError(f"step {key.step} is beyond the round's {own.steps.count}")
+
+    def said(self, message: TensorMessage) -> torch.Tensor | None:
+        """What the teacher says of a message, if there is one. Raises ProtocolError."""
+        if self.lessons is None or message.taught is not None:
+            return message.taught
+        if message.key.purpose is Purpose.EVALUATION:
+            return None
+        return self.lessons.handle(message)
 
     def returned(self, answer: TensorMessage) -> list[Outgoing]:
         """A micro-batch's gradients are there: its `answer`, and the norm that a last one takes."""

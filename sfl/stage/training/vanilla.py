@@ -12,12 +12,16 @@ from sfl.errors import ProtocolError, SflError
 from sfl.metrics.costs import Work
 from sfl.plan import Span, Toward
 from sfl.stage.computation import Labels
+from sfl.stage.distil.lesson import Lesson
 from sfl.stage.messages import Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.session import Group, Request, Session
 from sfl.stage.timed import end_backward, forward_together, tokens_of
 from sfl.stage.training.batched import Item, activate, alike, run_sound, shared, through
 from sfl.stage.training.blocks import wait_for
 from sfl.stage.training.session import Handlers, TrainingSession
+
+Scoring = tuple[Labels, Lesson | None]
+"""What the loss of a message is taken by."""
 
 
 class VanillaSession(TrainingSession):
@@ -46,8 +50,16 @@ class VanillaSession(TrainingSession):
             raise ProtocolError(f"a label is outside of 0..{classes - 1}")
         return packed
 
+    def lesson(self, message: TensorMessage) -> Lesson | None:
+        """What a teacher's word adds to the loss of a message. Raises ProtocolError."""
+        said = self.said(message)
+        if self.lessons is None or said is None:
+            return None
+        return self.lessons.school.lesson(said)
+
     def _train(self, message: TensorMessage) -> list[Outgoing]:
-        labels = self.labels(message)
+        labels, lesson = self.labels(message), self.lesson(message)
+        message = message.untaught()
         boundary, output = self.blocks.forward(message)
         phases, tokens = self.stats.phases, sum(message.lengths)
         head = Work(tokens, head=True)
@@ -59,6 +71,7 @@ class VanillaSession(TrainingSession):
                 labels,
                 message.normalizer or None,
                 self.blocks.forward_key(message.key),
+                lesson,
             )
         task = (message.key, self.device, tokens)
         with end_backward(phases, [task], self.blocks.span.num_blocks, output):
@@ -86,15 +99,15 @@ class VanillaGroup:
 
     def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Outgoing] | SflError]:
         """Forward, losses and backward as one batch."""
-        return run_sound(tasks, _labels, _train_together)
+        return run_sound(tasks, _scoring, _train_together)
 
 
-def _labels(session: TrainingSession, message: TensorMessage) -> Labels:
+def _scoring(session: TrainingSession, message: TensorMessage) -> Scoring:
     assert isinstance(session, VanillaSession)  # only these hand out such a group
-    return session.labels(message)
+    return session.labels(message), session.lesson(message)
 
 
-def _train_together(items: Sequence[Item[Labels]]) -> list[list[Outgoing]]:
+def _train_together(items: Sequence[Item[Scoring]]) -> list[list[Outgoing]]:
     phases, tasks = items[0].session.stats.phases, [item.task for item in items]
     tokens, blocks = tokens_of(tasks), items[0].session.blocks.span.num_blocks
     boundaries = [item.leaf(item.message) for item in items]
@@ -115,16 +128,17 @@ def _train_together(items: Sequence[Item[Labels]]) -> list[list[Outgoing]]:
     return [_answer(*one) for one in zip(items, boundaries, means, strict=True)]
 
 
-def _loss(item: Item[Labels], output: torch.Tensor) -> torch.Tensor:
+def _loss(item: Item[Scoring], output: torch.Tensor) -> torch.Tensor:
     blocks, message = item.session.blocks, item.message
     blocks.bank.activate(blocks.adapter)  # a classifier's head is each device's own
     normalizer = message.normalizer or None
+    labels, lesson = item.beside
     return blocks.computation.loss(
-        blocks.model, output, message.lengths, item.beside, normalizer, None
+        blocks.model, output, message.lengths, labels, normalizer, None, lesson
     )
 
 
-def _answer(item: Item[Labels], boundary: torch.Tensor, mean: float) -> list[Outgoing]:
-    message = item.message
+def _answer(item: Item[Scoring], boundary: torch.Tensor, mean: float) -> list[Outgoing]:
+    message = item.message.untaught()
     answer = replace(message, kind=Kind.GRADIENT, rows=boundary.grad, labels=None, loss=mean)
     return item.session.returned(answer)

@@ -139,7 +139,7 @@ class Entrance(Generic[V]):
             self.cache_dir,
             snapshots,
         )
-        end.allow(admitted.hidden_size, host.adapter_limit)
+        end.allow(admitted.hidden_size, host.adapter_limit, admitted.named)
         return end
 
     async def _proof(self, requests: Requests, context: Context) -> Proof:

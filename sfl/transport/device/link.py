@@ -75,6 +75,8 @@ class Joined:
     """Who has taken it in."""
     edges: Mapping[str, str] = field(default_factory=dict)
     """Those of the run that were there then: addresses by name."""
+    taught_tokens: int = 0
+    """That a teacher's word to this device is about, if it has the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,15 @@ class DeviceLink:
         own = welcome.assignment
         checked.assignment(own, settings)
         key = welcome.recovery_key
-        joined = Joined(welcome.run_id, settings, own, key, welcome.edge, welcome.edges)
+        joined = Joined(
+            welcome.run_id,
+            settings,
+            own,
+            key,
+            welcome.edge,
+            welcome.edges,
+            welcome.taught_tokens,
+        )
         keeps = settings.recovery.snapshots
         cache, count = cache_dir if keeps else None, line.stats.snapshots
         snapshots = Snapshots.under(cache, key, device, count=count)

@@ -32,6 +32,7 @@ from sfl.transport.device import checked
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import EdgeEnd, ServingEnd
 from sfl.transport.device.jobs import Jobs
+from sfl.transport.device.lanes import Declared
 from sfl.transport.device.onward import Onward
 from sfl.transport.device.overtaking import DeviceStream, Overtaking
 from sfl.transport.device.tensor_work import Coders, TensorWork
@@ -163,8 +164,9 @@ class Served:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    async def about_to_compute(self, message: TensorMessage) -> None:
-        """Do what comes before a tensor's turn."""
+    async def about_to_compute(self, message: TensorMessage) -> TensorMessage:
+        """Do what comes before a tensor's turn; the message that is computed with then."""
+        return message
 
     async def computed(self) -> None:
         """Do what comes behind it."""
@@ -215,6 +217,8 @@ class Admitted(Generic[V_co]):
     hidden_size: int
     """How wide the rows are that it may send."""
     serve: Callable[[Coders, EdgeEnd], V_co]
+    named: tuple[Declared, ...] = ()
+    """What travels beside them."""
 
 
 class Door(Host, Protocol[V_co]):

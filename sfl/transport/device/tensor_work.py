@@ -68,7 +68,7 @@ class TensorWork:
         end: ServingEnd,
         coders: Coders,
         stream: DeviceStream,
-        before: Callable[[TensorMessage], Awaitable[None]],
+        before: Callable[[TensorMessage], Awaitable[TensorMessage]],
         after: Callable[[], Awaitable[None]],
         onward: Onward | None = None,
     ) -> None:
@@ -145,8 +145,7 @@ class TensorWork:
             if self._onward is not None and at_once:  # from the device's own end of the model
                 self._onward.send(message)
             else:
-                await self._before(message)
-                await self.compute(message)
+                await self.compute(await self._before(message))
         finally:
             if not at_once:
                 self.floor.slots.give_back(self)

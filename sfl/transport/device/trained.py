@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from sfl.config import RunSettings
 from sfl.rounds.values import UpdateHeader
-from sfl.stage.messages import TensorMessage, begins_step
+from sfl.stage.messages import TensorMessage, asks_teacher, begins_step
 from sfl.stage.remembered import DISK_SECONDS
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import ServingEnd
@@ -57,14 +58,22 @@ class Trained(Served):
         onward = () if self.behind is None else self.behind.coroutines()
         return (*super().coroutines(requests, context), *onward)
 
-    async def about_to_compute(self, message: TensorMessage) -> None:
-        """A step's first tensor: all sides have taken the one before it, and nothing more."""
+    async def about_to_compute(self, message: TensorMessage) -> TensorMessage:
+        """A step's first tensor: all sides have taken the one before it, and nothing more.
+
+        What a teacher says of a message is a job of its own, before it.
+        """
         if begins_step(message) and self.settings.recovery.due(message.key.step):
             within = await self.host.engine.run(self.session.within)
             with self.waits_for_disk():
                 await aside(self.end.passed, within)
                 if self.behind is not None:
                     await aside(self.behind.step_over, within.point)
+        lessons = self.session.lessons
+        if lessons is None or not asks_teacher(message):
+            return message
+        said = await self.host.engine.compute(lessons, message)
+        return replace(message, taught=said)
 
     async def abandon(self) -> None:
         """As of any device; the next stream reads what this one has written."""

@@ -32,6 +32,9 @@ NAME = re.compile("[a-z][a-z0-9_]{0,31}")
 MOST_NAMED = 16
 """Tensors that one message may have beside its rows."""
 
+KEY_BYTES = 16
+"""Of what tells a sequence from all others."""
+
 ALONE: Mapping[str, Packet] = MappingProxyType({})
 """No tensor beside the rows."""
 
@@ -58,6 +61,8 @@ def encode_tensor(
         labels=b"" if message.labels is None else pack_labels(message.labels, IGNORED),
         normalizer=message.normalizer,
         loss=message.loss,
+        ids=b"" if message.ids is None else pack_labels(message.ids, IGNORED),
+        sequence_keys=message.sequence_keys,
     )
     if held is not None:
         header.arrived_us = round(1e6 * held.arrived)
@@ -130,6 +135,8 @@ def decode_tensor(
         normalizer=header.normalizer,
         loss=header.loss,
         score=from_score(header.score),
+        ids=_labels(header.ids, lengths) if header.ids else None,
+        sequence_keys=_sequence_keys(header),
     )
     return message, packet, named
 
@@ -155,6 +162,14 @@ def _named(header: tensor_pb2.TensorHeader, payload: Buffer) -> tuple[Buffer, di
         packets[entry.name] = Packet(entry.codec, entry.dtype, tuple(entry.shape), data)
         at += entry.num_bytes
     return own, packets
+
+
+def _sequence_keys(header: tensor_pb2.TensorHeader) -> tuple[bytes, ...]:
+    """One a sequence, or none."""
+    keys = tuple(header.sequence_keys)
+    if keys and (len(keys) != len(header.lengths) or {len(key) for key in keys} != {KEY_BYTES}):
+        raise ProtocolError(f"keys of {len(keys)} sequences, where {len(header.lengths)} have come")
+    return keys
 
 
 def _labels(data: bytes, lengths: tuple[int, ...]) -> npt.NDArray[np.int32]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from sfl.config import Extent, RunSettings
+from sfl.config.distil import EXACT_IDS
 from sfl.errors import ProtocolError
 from sfl.plan import Held, Holder, Plan, Span
 from sfl.planners.told import Cut
@@ -132,6 +133,7 @@ def to_welcome(welcome: DeviceWelcome) -> edge_pb2.Welcome:
         run_key=welcome.run_key,
         edge=welcome.edge,
         edges=to_edges(welcome.edges),
+        taught_tokens=welcome.taught_tokens,
     )
 
 
@@ -140,8 +142,16 @@ def from_welcome(said: edge_pb2.Welcome, device: str) -> DeviceWelcome:
     settings = contract.welcome(said, device)
     own = from_assignment(said.assignment)
     edges = from_edges(said.edges)
+    contract.whole("taught_tokens", said.taught_tokens, 0, EXACT_IDS)
     return DeviceWelcome(
-        settings, said.run_id, own, said.compiled_codec, said.run_key, said.edge, edges
+        settings,
+        said.run_id,
+        own,
+        said.compiled_codec,
+        said.run_key,
+        said.edge,
+        edges,
+        said.taught_tokens,
     )
 
 

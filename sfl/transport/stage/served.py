@@ -149,10 +149,11 @@ class Carried(Trained):
         self._told, self._begins = None, False
         self.stream.outbox.put(edge_pb2.EdgeMessage(start=said))
 
-    async def about_to_compute(self, message: TensorMessage) -> None:
+    async def about_to_compute(self, message: TensorMessage) -> TensorMessage:
         """As at any server; and where an adapter is shared, the others come first."""
-        await super().about_to_compute(message)
+        message = await super().about_to_compute(message)
         await self._stage.turn(self.session, message)
+        return message
 
     async def computed(self) -> None:
         """After the last step: this stage's part goes out, once the disk has what it came to."""

@@ -1,0 +1,1 @@
+"""A larger model on the edge teaches the one that is trained."""
