@@ -101,6 +101,10 @@ class Engine:
         )
         return outgoing
 
+    async def teach(self, lessons: Computed, message: Any) -> Any:
+        """The same for what a teacher is asked; it takes its turn among what trains."""
+        return await self._compute(self._training, lessons, message)
+
     async def answer(self, conversation: Computed, step: Any) -> Any:
         """The same for a step of a conversation; it goes before all that trains."""
         return await self._compute(self._answers, conversation, step)

@@ -72,7 +72,7 @@ class Trained(Served):
         lessons = self.session.lessons
         if lessons is None or not asks_teacher(message):
             return message
-        said = await self.host.engine.compute(lessons, message)
+        said = await self.host.engine.teach(lessons, message)
         return replace(message, taught=said)
 
     async def abandon(self) -> None:
