@@ -43,8 +43,9 @@ lint: install
 types: install
 	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples tools
 
-quickstart: install
-	@cd examples/quickstart && MYPYPATH=. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
+quickstart: types  # what mypy knows of sfl by then it has in its cache
+	@cd examples/quickstart && MYPYPATH=. ../../$(BIN)/mypy --explicit-package-bases \
+	  --cache-dir ../../.mypy_cache --config-file ../../pyproject.toml *.py
 
 generated: install
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \

@@ -33,11 +33,24 @@ from tests.house.forks import HOOK, Fork, ask
 
 NODES = "tests.house.nursery"
 """What is imported where nodes of runs are forked from."""
-COMPUTING = ("sfl.cli.app", NODES)
+COMPUTING = (
+    "sfl.cli.app",
+    NODES,
+    "sfl.cli.doctor.examine",
+    "sfl.cli.model",
+    "sfl.node.certificates.authority",
+    "sfl.service.agent",
+)
 SERVING = (
+    "sfl.aggregation.fedavg",
     "sfl.cli.app",
     "sfl.cli.ca",
+    "sfl.cli.jobs.shown",
     "sfl.cli.run",
+    "sfl.node.certificates.authority",
+    "sfl.service.operators",
+    "sfl.service.server",
+    "sfl.transport.jobs.client",
     "cloud_aggregator.aggregator",
     "cloud_aggregator.command",
     "tests.house.forking",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from tests.faults.lab import Lab, same_bits
+from tests.faults.lab import End, Lab, same_bits
 from tests.faults.setup import Setup
 
 pytestmark = pytest.mark.process
@@ -61,19 +63,25 @@ class Long(Lab):
         ]
 
 
+def played(folder: Path, victim: str | None) -> tuple[Long, End]:
+    lab = Long(folder, victim)
+    wrong = lab.play()
+    assert not wrong, f"{wrong}\n{lab.logs()}"
+    return lab, lab.end()
+
+
+@cache
+def undisturbed() -> End:
+    with TemporaryDirectory() as folder:
+        return played(Path(folder), None)[1]
+
+
 @pytest.mark.parametrize("victim", ["d0", "edge"])
 def test_who_is_killed_within_a_long_round_goes_on_from_its_last_snapshot(
     tmp_path: Path, victim: str
 ) -> None:
-    ends = []
-    for who in (None, victim):
-        folder = tmp_path / str(who)
-        folder.mkdir()
-        lab = Long(folder, who)
-        wrong = lab.play()
-        assert not wrong, f"{wrong}\n{lab.logs()}"
-        ends.append(lab.end())
-    whole, end = ends
+    lab, end = played(tmp_path, victim)
+    whole = undisturbed()
     assert same_bits(end.adapter, whole.adapter) and end.facts == whole.facts
     assert end.files == whole.files
     hit = DEVICES if victim == "edge" else (victim,)
