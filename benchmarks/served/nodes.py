@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 import tomli_w
 
 from benchmarks.runs import ROOT
+from sfl.node.process import WITH_PARENT
 from tests.house.proxy import Proxy
 
 PINGS = 25
@@ -28,6 +30,8 @@ class Node:
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self._log = log
+        # A node of sfl then ends with this process, however it does; the others read jobs there.
+        with_parent = {WITH_PARENT: "1"} if arguments[0] == "sfl.cli" else {}
         with log.open("w") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
@@ -36,6 +40,7 @@ class Node:
                 stderr=said,
                 text=True,
                 cwd=ROOT,
+                env={**os.environ, **with_parent},
             )
 
     @property
