@@ -187,24 +187,31 @@ def test_a_place_that_cannot_be_written_costs_the_cache_only(
 # -- what does not fit -----------------------------------------------------------------------------
 
 
-def asked(run: Alone, **changes: Any) -> Any:
-    lessons = run.session().lessons
+def asked(run: Alone, round_: int = 1, **changes: Any) -> Any:
+    """By the message of a step ahead: a job order may put a lesson before gradients."""
+    session = run.session()
+    session.open(run.start(1), 0)
+    lessons = session.lessons
     assert lessons is not None
     message = TensorMessage(
         Kind.ACTIVATION,
-        Key(Purpose.TRAINING, 1, 0, 0),
+        Key(Purpose.TRAINING, round_, 1, 0),
         1,
         (3, 2),
         labels=np.array([-100, 4, 5, -100, 7], np.int32),
         **changes,
     )
-    object.__setattr__(lessons, "_check", lambda own: None)
     return lessons.handle(message)
 
 
 def test_a_teacher_says_a_row_for_each_scored_position() -> None:
     said = asked(Taught(), ids=np.array([3, 4, 5, 6, 7], np.int32))
     assert said.shape == (3, 48)
+
+
+def test_no_teacher_is_asked_for_another_round() -> None:
+    with pytest.raises(ProtocolError, match="no teacher is asked in round 2"):
+        asked(Taught(), 2, ids=np.array([3, 4, 5, 6, 7], np.int32))
 
 
 @pytest.mark.parametrize(

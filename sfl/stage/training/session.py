@@ -89,7 +89,7 @@ class TrainingSession(ABC):
             wants_gradient=self.span.first > 0,
         )
         self.stepper = self._stepper()
-        self.lessons = None if school is None else Lessons(device, school, stats, self.check)
+        self.lessons = None if school is None else Lessons(device, school, stats, self.check_lesson)
         """What a teacher says of its messages, where there is one."""
         self.is_open = False
         """Whether a round has begun."""
@@ -283,6 +283,16 @@ class TrainingSession(ABC):
         endless = bool(own.rehearse)
         if key.purpose is Purpose.TRAINING and self.step >= own.steps.count and not endless:
             raise ProtocolError(f"step {key.step} is beyond the round's {own.steps.count}")
+
+    def check_lesson(self, message: TensorMessage) -> None:
+        """Raise ProtocolError where no teacher is due to be asked.
+
+        That may be before the gradients of the last step: a job order may put it there.
+        """
+        own, key = self.assignment, message.key
+        trains = key.purpose is Purpose.TRAINING and message.kind is Kind.ACTIVATION
+        if not trains or not self.is_open or key.round != own.round:
+            raise ProtocolError(f"no teacher is asked in round {key.round} here")
 
     def said(self, message: TensorMessage) -> torch.Tensor | None:
         """What the teacher says of a message, if there is one. Raises ProtocolError."""
