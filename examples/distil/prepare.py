@@ -1,7 +1,7 @@
 """A teacher and a student out of one run: the fine-tuned model, and the base's first blocks.
 
     sfl run examples/quickstart/homes.toml --set run.id='"teacher"'
-    sfl export teacher examples/distil/teacher --merge
+    sfl export --run teacher examples/distil/teacher --merge
     python examples/distil/prepare.py examples/quickstart/model examples/distil/student --blocks 2
 
 The student is an ordinary folder: `config.json` says fewer blocks, and the weights of the others
