@@ -3,7 +3,8 @@
 Devices are killed, stopped and started again, and links break, all the time. What each role holds
 is sampled: memory (also after a garbage collection), threads, open files, sockets. A line through
 the samples behind the warm-up is printed for each, with its spread. Exit code 1 where one rises by
-more than its bound. `FOLDER/soak.csv` has all samples, `FOLDER/soak.png` a plot.
+more than its bound. `FOLDER/soak.csv` has all samples, `FOLDER/soak.png` a plot. Where anything is
+wrong the nodes' logs are there too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import csv
 import json
 import math
 import random
+import shutil
 import signal
 import sys
 import time
@@ -198,6 +200,12 @@ def keep(folder: Path, samples: Sequence[dict[str, object]]) -> None:
     figure.savefig(folder / "soak.png", dpi=100)
 
 
+def keep_logs(folder: Path, kept: Path) -> None:
+    """What each node has said."""
+    for path in folder.rglob("*.log"):
+        shutil.copy(path, kept / "-".join(path.relative_to(folder).parts))
+
+
 def soaked(
     folder: Path, minutes: float, count: int = COUNT
 ) -> tuple[list[str], list[Slope], list[dict[str, object]], str]:
@@ -220,7 +228,9 @@ def main() -> None:
     kept = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("runs/soak")
     with TemporaryDirectory() as folder:
         wrong, found, samples, line = soaked(Path(folder), minutes)
-    keep(kept, samples)
+        keep(kept, samples)
+        if wrong:
+            keep_logs(Path(folder), kept)
     said = "all flat" if not wrong else "; ".join(wrong)
     sys.stdout.write(f"{table(found)}\n\n{line}: {said}\nsamples: {kept / 'soak.csv'}\n")
     sys.exit(bool(wrong))
