@@ -81,6 +81,8 @@ class Slope:
         surely = self.an_hour - self.spread
         if self.hours < SOON:
             return surely * self.hours <= bound.in_all
+        if bound.unit == 1:  # of what is counted: a pool's last thread may come at any moment
+            return surely * min(1.0, self.hours) <= bound.an_hour
         return surely <= bound.an_hour
 
 
