@@ -34,6 +34,8 @@ from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
 READINGS = 8
 """Rounds that watts are fitted from."""
+KNOWN = 2
+"""Rounds before the first that noise is told from: the very first of a process is slower."""
 DIFFERENCES = 5
 """Rounds that noise is told from, by their median: a single change does not count."""
 
@@ -292,7 +294,9 @@ def _differing(
     at_edge = seen.at_edge if seen.edge == report.edge else {}
     apart = [difference(own, new), difference(at_edge, report.edge_passes)]
     found = max((one for one in apart if one is not None), default=None)
-    return seen.differences if found is None else (*seen.differences, found)[-DIFFERENCES:]
+    if found is None or seen.rounds < KNOWN:
+        return seen.differences
+    return (*seen.differences, found)[-DIFFERENCES:]
 
 
 def _handover(before: SeenDevice, after: SeenDevice, report: DeviceReport) -> float | None:

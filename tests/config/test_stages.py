@@ -130,6 +130,7 @@ OF_EDGES = {
     "snapshots": "s3://bucket/x",
     "connect_timeout": 600.0,
     "serve": {},
+    "teacher": "large",
 }
 
 

@@ -76,6 +76,7 @@ class Session:
     steps_left = 1
     step = 0
     served_seconds = 0.0
+    lessons = None
 
     def __init__(self) -> None:
         self.gate = threading.Event()

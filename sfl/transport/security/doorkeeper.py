@@ -30,6 +30,8 @@ from sfl.transport.frames.wire import (
     FETCH_ADAPTER,
     GENERATE,
     JOB_METHODS,
+    SERVE_FETCH_FILE,
+    SERVE_LIST_FILES,
     STAGE_END,
     STAGE_SESSION,
 )
@@ -49,6 +51,8 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     EDGE_PROBE.path: ANYBODY,
     GENERATE.path: frozenset({"device"}),
     FETCH_ADAPTER.path: frozenset({"device"}),
+    SERVE_LIST_FILES.path: frozenset({"device"}),
+    SERVE_FETCH_FILE.path: frozenset({"device"}),
     CLOUD_SESSION.path: frozenset({"edge"}),
     STAGE_SESSION.path: frozenset({"edge"}),
     STAGE_END.path: frozenset({"edge"}),
