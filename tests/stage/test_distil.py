@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,52 @@ def test_what_is_full_keeps_what_it_has_and_gives_up_what_no_run_asks_for(tmp_pa
     later.put({keys[4]: b"9876543210"})
     kept = later.get(keys).keys()
     assert {keys[1], keys[4]} <= kept and len(kept) == 3
+
+
+def test_a_file_that_another_process_holds_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.sqlite"
+    RowCache(path, 1000).close()
+    monkeypatch.setattr("sfl.stage.distil.cache._WAIT", 0.01)
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    assert RowCache(path, 1000).get([b"k"]) == {}
+    assert path.exists()
+    other.close()
+
+
+def test_rows_of_another_length_are_asked_anew(tmp_path: Path) -> None:
+    run = Taught(cache="1GB")
+    run.cache = tmp_path / "a.sqlite"
+    whole = run.over_ends()
+    assert run.school is not None and run.school.cache is not None
+    run.school.cache.close()
+    with sqlite3.connect(run.cache) as file:
+        file.execute("UPDATE rows SET data = substr(data, 2)")
+    again = Taught(cache="1GB")
+    again.cache = run.cache
+    assert_same_bits(again.over_ends(), whole)
+
+
+def test_hidden_states_need_keys_which_are_the_devices_own() -> None:
+    with pytest.raises(ProtocolError, match="without their sequences' keys"):
+        asked(Taught(input="blocks:1"), named={"teacher": torch.zeros(5, 48)})
+    session = Taught(input="blocks:1").session()
+    assert session.lessons is not None
+    session.open(Taught().start(1), 0)
+    message = TensorMessage(
+        Kind.ACTIVATION,
+        Key(Purpose.TRAINING, 1, 0, 0),
+        1,
+        (2,),
+        named={"teacher": torch.zeros(2, 48)},
+        sequence_keys=(b"k" * 16,),
+    )
+    mine = session.lessons.asked(message).keys
+    session.lessons.device = "other"
+    assert session.lessons.asked(message).keys != mine
 
 
 def test_a_damaged_file_is_begun_anew(tmp_path: Path) -> None:

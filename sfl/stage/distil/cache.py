@@ -58,6 +58,8 @@ class RowCache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._file = _opened(self._path)
+        except sqlite3.OperationalError:
+            raise  # another process has it, or the disk fails: the file itself may be sound
         except sqlite3.DatabaseError:
             log.warning("%s is damaged: what the teacher has said is asked anew", self._path)
             self._path.unlink()

@@ -29,11 +29,12 @@ class Keeping:
         """Rows `[m, width]`, as they are kept."""
         return rows.float().cpu().numpy().tobytes() if self.exact else packed(rows)
 
+    def num_bytes(self, rows: int) -> int:
+        """Of so many rows, as they are kept."""
+        return rows * (4 * self.width if self.exact else row_bytes(self.width))
+
     def as_rows(self, data: bytes) -> Tensor:
-        """What is kept, as float32 rows. Raises ValueError where the bytes are none of these."""
-        size = 4 * self.width if self.exact else row_bytes(self.width)
-        if len(data) % size:
-            raise ValueError(f"{len(data)} bytes are no rows of {size}")
+        """What is kept, as float32 rows."""
         if not self.exact:
             return unpacked(data, self.width)
         return torch.from_numpy(np.frombuffer(data, np.float32).reshape(-1, self.width).copy())

@@ -108,15 +108,21 @@ class School:
     def _remembered(self, cache: RowCache, asked: Asked) -> Tensor:
         """By sequence, each by itself: so what is kept depends on nothing that came beside it."""
         parts = dict(asked.each())
-        found, fresh = cache.get(list(parts)), {}
+        kept = cache.get(list(parts))
+        found = {k: data for k, data in kept.items() if len(data) == self._size(parts[k])}
+        fresh = {}
         for key, part in parts.items():
             if key not in found:
                 (rows,) = self._computed([part])
                 fresh[key] = self.keeping.as_bytes(rows)
         cache.put(fresh)
-        kept = {key: self.keeping.as_rows(data) for key, data in (found | fresh).items()}
-        whole = torch.cat([kept[key] for key, _ in asked.each()])
+        rows_of = {key: self.keeping.as_rows(data) for key, data in (found | fresh).items()}
+        whole = torch.cat([rows_of[key] for key, _ in asked.each()])
         return whole.to(self.teacher.model.dtype)
+
+    def _size(self, part: Asked) -> int:
+        """Bytes that are kept of a sequence: of each place, or of its classes."""
+        return self.keeping.num_bytes(1 if part.places is None else len(part.places))
 
 
 def _joined(sent: Sequence[Ids | Tensor]) -> Ids | Tensor:
@@ -169,7 +175,12 @@ class Lessons:
             raise ProtocolError("a message came without what the teacher reads")
         if isinstance(sent, np.ndarray):
             _check_ids(sent, sum(message.lengths), teacher.model.vocab_size)
-        return Asked(sent, message.lengths, _places(teacher, message), message.sequence_keys)
+        elif len(message.sequence_keys) != len(message.lengths):
+            raise ProtocolError("hidden states for the teacher came without their sequences' keys")
+        # A device names its own sequences only: nobody's word counts for what others send.
+        own = f"{self.device}/".encode()
+        keys = tuple(own + key for key in message.sequence_keys)
+        return Asked(sent, message.lengths, _places(teacher, message), keys)
 
 
 @dataclass(frozen=True, slots=True)
